@@ -32,6 +32,7 @@ Octets = Annotated[int, Field(json_schema_extra={"x-unit": "octets"})]
 # The owner must be able to connect: `healthcheck` and `wait` do.
 _MODE: Final = re.compile(r"0?[67][0-7]{2}")
 _LOCAL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
+_NO_NUMBER: Final = 2**32 - 1  # to chown(2), it leaves the owner as it is; no larger number is one
 
 
 def bindable(text: str, info: ValidationInfo) -> str:
@@ -66,7 +67,8 @@ def permissions(text: str) -> str:
 
 def local_name(text: str) -> str:
     """Check the name or number of a user or a group."""
-    if not _LOCAL_NAME.fullmatch(text) or plain(text) is None:
+    name = _LOCAL_NAME.fullmatch(text) and plain(text) is not None
+    if not name or (text.isdecimal() and int(text) >= _NO_NUMBER):
         raise ValueError("must be the name or the number of a user or group of this machine")
     return text
 

@@ -279,7 +279,7 @@ def test_upstream_ca_must_exist_and_have_a_certificate() -> None:
     assert "no PEM certificate" in problems(upstream=URL, upstream_ca="broken.pem")["--upstream-ca"]
     assert "no PEM certificate" in problems(upstream=URL, upstream_ca="empty.pem")["--upstream-ca"]
     assert "null character" in problems('upstream_ca = "a\\u0000b"', upstream=URL)["my.toml: upstream_ca"]
-    assert "text that names a file" in problems("upstream_ca = 3", upstream=URL)["my.toml: upstream_ca"]
+    assert "text in quotes that names a file" in problems("upstream_ca = 3", upstream=URL)["my.toml: upstream_ca"]
 
 
 def test_upstream_ca_is_checked_by_the_tls_library(tmp_path: Path) -> None:

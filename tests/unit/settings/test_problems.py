@@ -40,7 +40,7 @@ def test_all_problems_of_all_layers_are_reported_together_with_their_places() ->
         "my.toml: drain_timeout": "must be a number, not true (seconds, default 30)",
         "my.toml: stream_window": "must be a whole number, not '1MiB' (octets, default 1048576)",
         "my.toml: http2_engine": "must be one of auto, nghttp2 or h2, not 'nghttp'",
-        "my.toml: listen": "must be text, not 5",
+        "my.toml: listen": "must be text in quotes, not 5",
         "my.toml: access_log": "must be true or false, not 'yes' (default false)",
         "my.toml: gcp_audience": "is not a setting; it belongs to a route, below [routes.NAME]",
         "my.toml: routes.a.audience": "is not a setting; did you mean gcp_audience?",
@@ -126,6 +126,8 @@ def test_several_identity_keys_may_be_in_one_variable() -> None:
         ("socket_user", "a:b", "name or the number"),
         ("socket_user", "", "name or the number"),
         ("socket_group", "-g", "name or the number"),
+        ("socket_user", "4294967295", "name or the number"),
+        ("socket_group", "99999999999", "name or the number"),
     ],
 )
 def test_access_to_unix_sockets_is_checked_as_far_as_it_can_be(setting: str, value: str, what: str) -> None:
