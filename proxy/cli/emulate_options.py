@@ -82,13 +82,13 @@ def read_https(context: click.Context, parameter: click.Parameter, value: str | 
     if value is None:
         return None
     wrong = click.BadParameter(f"{quoted(value)} is not an https:// URL of a host, without a path.")
-    if plain(value) is None:
+    if plain(value) is None or not value.lower().startswith("https://"):
         raise wrong
     try:
         origin, path = parse_upstream(value)
     except ValueError as exc:
         raise click.BadParameter(f"{exc}.") from None
-    if origin.scheme != "https" or path:
+    if path:
         raise wrong
     return str(origin)
 

@@ -49,7 +49,7 @@ FAMILIES: Final = (
         ("route", "by", "code"),
         "Streams reset by downstream, upstream or the sidecar, by HTTP/2 error code; not NO_ERROR after a response",
     ),
-    Family("caller_tokens_dropped_total", "counter", ("route",), "Requests that had a Google token of their own"),
+    Family("caller_tokens_dropped_total", "counter", ("route",), "Requests whose own Google token was dropped"),
     Family("requests_refused_total", "counter", ("reason",), "Requests without a route that broke a rule of HTTP"),
     Family(
         "callers_unverified_total",

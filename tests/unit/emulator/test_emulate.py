@@ -374,7 +374,7 @@ def test_a_file_with_problems_is_refused_with_all_of_them(tmp_path: Path) -> Non
         (["--app", "no_such_module:app"], "no module 'no_such_module'"),
         (["--app", "json:app"], "has no 'app'"),
         (["--app", "json:__name__"], "cannot be called"),
-        (["--url", "http://a.example"], "not an https:// URL"),
+        (["--url", "a.example"], "not an https:// URL"),
         (["--url", "https://a.example/path"], "without a path"),
         (["--url", "https://a..example"], "'a..example' is neither a host name nor an address"),
         (["--invoker", "nobody"], "not an e-mail address"),
