@@ -188,6 +188,7 @@ class AcceptedConnection:
         "_block_since",
         "accepted_at",
         "address",
+        "admitted",
         "gate",
         "h2c",
         "http1",
@@ -211,6 +212,8 @@ class AcceptedConnection:
         """What serves it, if it speaks HTTP/2."""
         self.http1: Http1Protocol | None = None
         """What serves it, if it speaks HTTP/1.1."""
+        self.admitted = False
+        """True once it is known to be served."""
         self.gate = Gate()
         """Set while more of an HTTP/1.1 request may be read."""
         self.gate.set()

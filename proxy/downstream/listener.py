@@ -133,8 +133,17 @@ class Listener:
         finally:
             self.admission.discard(accepted)
             self.ages.forget(accepted)
+            if accepted.admitted:
+                self._observer.downstream_closed()
             self.on_closed()
             self._changed.set()
+
+    def admits(self, accepted: AcceptedConnection) -> bool:
+        """Return True if an accepted connection may be served. It counts as open from then on."""
+        accepted.admitted = not self.drained and self.admission.admits(accepted)
+        if accepted.admitted:
+            self._observer.downstream_opened()
+        return accepted.admitted
 
     def handshake_failed(self, peer: object, reason: str) -> None:
         """Tell the observer of a TLS handshake that failed; `peer` is the name of the client's socket."""
@@ -182,7 +191,6 @@ class Listener:
         budget = self.cancels.of(address)
         budget.open(connection.account, connection.on_cancelled)
         self._connections.add(connection)
-        self._observer.downstream_opened()
         try:
             protocol: asyncio.BaseProtocol = connection.as_protocol()
             if isinstance(replaced, SlicedReads):
@@ -203,7 +211,6 @@ class Listener:
         finally:
             budget.close(connection.account)
             self._connections.discard(connection)
-            self._observer.downstream_closed()
             self._changed.set()
 
     def end_for_memory(self, accepted: AcceptedConnection) -> None:

@@ -167,8 +167,7 @@ class _Server(TCPServer):
         self.reader = Pushback(cast(asyncio.StreamReader, self.reader))
         with listener.track(transport) as accepted:
             try:
-                admitted = not listener.drained and listener.admission.admits(accepted)
-                first = await self._first_octets() if admitted else None
+                first = await self._first_octets() if listener.admits(accepted) else None
                 accepted.protocol_unknown = False
                 if first is None or transport.is_closing():
                     transport.abort()

@@ -106,7 +106,7 @@ class DownstreamObserver:
     """Observes connections of clients."""
 
     def downstream_opened(self) -> None:
-        """A client's HTTP/2 connection was taken over; `downstream_closed` follows exactly once."""
+        """A client's connection is served, by HTTP/2 or HTTP/1.1; `downstream_closed` follows exactly once."""
 
     def downstream_closed(self) -> None:
         """It is gone."""

@@ -24,7 +24,7 @@ from tests.support.peers.acceptor import RequestQueue
 
 
 class Counts(DownstreamObserver):
-    """Counts h2c connections, and collects the reasons of refusals."""
+    """Counts connections, and collects the reasons of refusals."""
 
     def __init__(self) -> None:
         self.opened = self.closed = 0

@@ -40,13 +40,13 @@ async def test_a_client_that_left_a_moment_ago_is_no_error(make: EngineFactory) 
     async with listening(make) as it:
         leaving = socket.create_connection(("127.0.0.1", it.port))
         leaving.sendall(PREFACE + SETTINGS)
-        while not it.counts.opened:
+        while not it.listener.connections():
             await loop_idle()
         leaving.recv(1 << 16)
         # The event loop does not learn of this before the drain: the client's system answers the GOAWAY with RST, and
         # the other direction of the connection cannot be shut down any more.
         leaving.close()
-        for connection in list(it.listener._connections):
+        for connection in it.listener.connections():
             connection.go_away("the sidecar is shutting down")
 
 
@@ -56,7 +56,8 @@ async def test_a_request_that_begins_like_the_preface_is_http1() -> None:
         writer.write(b"ATCH /svc/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
         (await it.relay.request()).answer(b"")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        assert it.counts.opened == 0
+        assert not it.listener.connections()
+        assert (it.counts.opened, it.counts.closed) == (1, 0)
 
 
 @pytest.mark.parametrize("said", [b"", b"PRI * HT"])
