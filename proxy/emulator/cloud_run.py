@@ -13,6 +13,7 @@ Before these checks, it responds with 404 to a host that is not the service's, a
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -116,9 +117,7 @@ class CloudRun:
         self.tags = tuple(tags)
         self.domains = tuple(domains)
         self.custom_audiences = tuple(custom_audiences)
-        self.invokers = set(invokers)
-        """Who may call, as in IAM policies: e-mails with or without `user:`, `serviceAccount:` or `group:`,
-        `domain:…`, `allUsers`, `allAuthenticatedUsers`; can be changed between requests."""
+        self._invokers = set(invokers)
         self.field_section_octets = FIELD_SECTION_OCTETS
         """Size of a request's fields; a larger request gets 431. `CloudRunServer` sets it to its own limit."""
         self.hosts: frozenset[str] = frozenset()
@@ -202,9 +201,23 @@ class CloudRun:
         finally:
             self._open -= 1
 
+    @property
+    def invokers(self) -> set[str]:
+        """Who may call, as in IAM policies: e-mails with or without `user:`, `serviceAccount:` or `group:`,
+        `domain:…`, `allUsers`, `allAuthenticatedUsers`; can be changed between requests.
+        """
+        if self._next_invokers is not None and self._next_invokers[0] <= self.now():
+            self.invokers = self._next_invokers[1]
+        return self._invokers
+
+    @invokers.setter
+    def invokers(self, members: set[str]) -> None:
+        self._invokers, self._next_invokers = members, None
+
     def set_invokers(self, members: Collection[str]) -> None:
         """Replace the invokers, after `Google.propagation_seconds`."""
-        self._next_invokers = (self.now() + self._google.propagation_seconds, set(members))
+        seconds = self._google.propagation_seconds
+        self._next_invokers = (self.now() + seconds if seconds else -math.inf, set(members))
 
     def fail(self, fault: ServiceFault | None, *, times: int | None = None) -> None:
         """Apply the fault to the next `times` requests (None: to all); fault None removes the active one."""
@@ -262,9 +275,6 @@ class CloudRun:
     def _authenticate(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
         """Check the token. Return the result, and the fields for the application, changed only if accepted."""
         lower = [(bytes(name).lower(), bytes(value)) for name, value in fields]
-        if self._next_invokers is not None and self._next_invokers[0] <= self.now():
-            self.invokers = self._next_invokers[1]
-            self._next_invokers = None
         if "allUsers" in self.invokers:
             return Verdict.ACCEPTED, lower
         names = {name for name, _ in lower}

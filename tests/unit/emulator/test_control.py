@@ -166,9 +166,10 @@ async def test_a_service_is_changed_while_it_runs(control: str, cloud_run: Cloud
     assert (await _ask("POST", f"{control}/faults", body))[0] == 204
     assert cloud_run.pending_fault.state() == {"fault": "no-instance", "times": 3}
     changes: dict[str, Any] = {"iap": True, "http2": False, "request_timeout_seconds": 5, "max_requests": 2}
-    changes |= {"cold_start_seconds": 1, "audiences": ["greeter"]}
+    changes |= {"cold_start_seconds": 1, "audiences": ["greeter"], "invokers": ["user:a@example.com"]}
     changes |= {"iap_accessors": [f"serviceAccount:{CALLER}"], "iap_clients": ["1-a.apps.googleusercontent.com"]}
     assert (await _ask("POST", f"{control}/services", {"service": "service", **changes}))[0] == 204
+    assert (await _ask("POST", f"{control}/clock", {"ahead_seconds": -300}))[0] == 204
     _, state = await _ask("GET", f"{control}/state")
     assert state["services"]["service"].items() >= changes.items()
     assert state["services"]["service"]["fault"] == {"fault": "no-instance", "times": 3}
