@@ -41,6 +41,7 @@ from proxy.downstream.tls import Handshakes, TlsServer
 __all__ = ["Application", "listen"]
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
+_CLIENT_HELLO: Final = b"\x16\x03"  # RFC 8446, 5.1: a handshake, and a version
 _PREFACE_SECONDS: Final = 10.0
 """Time for the first octets of a connection."""
 _LINGER_SECONDS: Final = 1.0
@@ -172,6 +173,7 @@ class _Server(TCPServer):
                 if first is None or transport.is_closing():
                     transport.abort()
                 elif not self._is_http2(first):
+                    self._refusal = "tls-not-spoken" if first.startswith(_CLIENT_HELLO) else "bad-request"
                     self.reader.give_back(first)
                     del first  # it can be large, and would be kept as long as the connection
                     abort = partial(listener.end_for_memory, accepted)
@@ -224,7 +226,7 @@ class _Server(TCPServer):
                     server,
                     self.protocol_send,
                     allowed_hosts=listener.allowed_hosts,
-                    on_refused=lambda fault: listener.refused("bad-request", protocol="HTTP/1.1", fault=fault),
+                    on_refused=lambda fault: listener.refused(self._refusal, protocol="HTTP/1.1", fault=fault),
                 )
                 accepted.speaks_http1(self.protocol)
                 self.protocol.can_read = NextRequest(self._client_sends)

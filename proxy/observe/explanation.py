@@ -16,7 +16,7 @@ from proxy.observe.exchange import ObservedExchange
 from proxy.routes import Route
 
 __all__ = [
-    "LIMITS",
+    "REFUSALS",
     "ErrorResponse",
     "ends_exchange",
     "explain_broken_rule",
@@ -26,12 +26,13 @@ __all__ = [
     "remedy_of_code",
 ]
 
-LIMITS: Final = {
+REFUSALS: Final = {
     refusals.SECTION_TOO_LARGE: "its head or trailers are larger than max_field_section; send fewer or shorter fields, "
     "or raise it",
     refusals.TOO_MANY_INTERIM: "it sends more interim heads (1xx) than max_interim_heads; see why, or raise it",
+    "tls-not-spoken": "a client speaks TLS at an address of listen: register http://, or have tls_listen",
 }
-"""What mends a refusal for which a setting is the limit, by reason."""
+"""What mends a refusal that a setting, or another URL, can mend, by reason."""
 
 _REMEDY: Final = "Remedy:"
 
@@ -89,7 +90,7 @@ def explain_reset(exchange: ObservedExchange, by: str, code: int) -> UpstreamRes
 
 def explain_broken_rule(rule: str | None) -> UpstreamReset:
     """Return the failure of a service whose response breaks a rule of HTTP/2, one of `policy.refusals`."""
-    remedy = LIMITS.get(rule or "", "see what makes such a response: the service, or what stands before it")
+    remedy = REFUSALS.get(rule or "", "see what makes such a response: the service, or what stands before it")
     return UpstreamReset(f"the response breaks a rule of HTTP/2 ({rule})", remedy=remedy)
 
 

@@ -17,7 +17,7 @@ import structlog
 from proxy.errors import Failure
 from proxy.http2.events import Fields, error_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import LIMITS, explain_reset, explain_response, remedy_of
+from proxy.observe.explanation import REFUSALS, explain_reset, explain_response, remedy_of
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.observe.request_context import request_context
 from proxy.observe.throttle import Throttle
@@ -121,8 +121,8 @@ class Warnings(Observer):
             _downstream.warning("TLS handshake failed", client=client, reason=reason, **added)
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
-        """Write at the level `debug`; a warning, one a second for each reason, where a setting is the limit."""
-        remedy = LIMITS.get(reason)
+        """Write at the level `debug`; a warning, one a second for each reason, where there is a remedy."""
+        remedy = REFUSALS.get(reason)
         if remedy is None:
             _downstream.debug("request refused", reason=reason, **details)
         elif (added := self._throttle.fields(reason, self._monotonic())) is not None:

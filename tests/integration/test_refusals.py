@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import ssl
 
 import aiohttp
 import hpack
@@ -68,3 +70,15 @@ async def test_refused_requests_are_counted_and_logged_by_reason(routes: Routes,
         told = [line["reason"] for line in await running.end() if line["message"] == "request refused"]
         assert told == ["host-differs", "user-info", "field", "field", "bad-request", "browser"]
         assert not [line for line in running.program.lines if "s3cret" in line]
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_speaks_tls_where_the_sidecar_does_not_is_a_warning_with_the_remedy(routes: Routes) -> None:
+    async with sidecar("--config", routes(svc="https://127.0.0.1:1")) as running:
+        with pytest.raises(ssl.SSLError):
+            await asyncio.open_connection(*running.address, ssl=ssl.create_default_context())
+        found = await running.program.line(r'"message": "request refused"')
+        line = json.loads(found.string)
+        assert (line["severity"], line["reason"]) == ("WARNING", "tls-not-spoken")
+        assert "register http://" in line["remedy"]
+        assert await refused(running) == {"tls-not-spoken": 1}
