@@ -96,7 +96,7 @@ class Reloads:
 
     async def _take(self, channel: Channel, content: bytes, before: asyncio.Task[None] | None) -> None:
         if before is not None:
-            await asyncio.wait([before])
+            await asyncio.gather(before, return_exceptions=True)  # with this, `close` cancels that one, too
         if not content:
             _log.error("new settings are not in force", reason=_LOST)
             self._worker.refuse((_LOST,))

@@ -1,0 +1,55 @@
+"""Where a worker gets new settings from."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from proxy.downstream.channel import Channel
+from proxy.reloads import Reloads
+from proxy.settings.changes import Changes
+from proxy.settings.plain import PlainSettings
+from tests.support.settings import plain_settings
+
+
+class Settled:
+    """What new settings are put in force in."""
+
+    def __init__(self) -> None:
+        self.settings = plain_settings()
+        self.drain_timeouts: list[float] = []
+
+    def apply(self, read: PlainSettings) -> Changes:
+        self.drain_timeouts.append(read.drain_timeout)
+        return Changes.between(self.settings, read)
+
+    def refuse(self, problems: tuple[str, ...]) -> None:
+        raise AssertionError(problems)
+
+
+@pytest.mark.asyncio
+async def test_settings_of_the_supervisor_are_taken_in_their_order() -> None:
+    worker = Settled()
+    reloads = Reloads(worker, asyncio.get_running_loop(), None)
+    ours, its = socket.socketpair()
+    with ours, its:
+        for seconds in (1.0, 2.0, 3.0):
+            reloads.take_settings(Channel(its, []), plain_settings(drain_timeout=seconds).to_json().encode())
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        assert worker.drain_timeouts == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.asyncio
+async def test_after_the_end_no_settings_are_put_in_force() -> None:
+    worker = Settled()
+    reloads = Reloads(worker, asyncio.get_running_loop(), None)
+    ours, its = socket.socketpair()
+    with ours, its:
+        for seconds in (1.0, 2.0, 3.0):
+            reloads.take_settings(Channel(its, []), plain_settings(drain_timeout=seconds).to_json().encode())
+        await asyncio.sleep(0)  # the first ones are being read in a thread, and the others wait
+        await reloads.close()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        assert worker.drain_timeouts == []
