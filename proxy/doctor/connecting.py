@@ -114,17 +114,18 @@ class ConnectionCheck:
                 )
                 if proxy is not None:
                     await open_tunnel(connected, proxy, origin)
+            where = str(Address.of_socket(connected.getpeername()))  # OSError if it was reset meanwhile
         except Failure as failure:
             assert connected is not None  # noqa: S101 - only the proxy's answer is one
             connected.close()
             return failed("tcp", "proxy-refused", as_problem(failure), as_remedy(failure)), None
         except OSError as exc:  # TimeoutError is one
+            if connected is not None:
+                connected.close()
             if connected is None or proxy is None:
                 return self._connect_failure(origin, proxy, exc), None
-            connected.close()
             return self._tunnel_failure(proxy, exc), None
         milliseconds = round((loop.time() - started) * 1000, 1)
-        where = str(Address.of_socket(connected.getpeername()))
         text = f"{where}, {milliseconds:g} ms"
         details: dict[str, Any] = {"address": where, "milliseconds": milliseconds}
         if proxy is not None:

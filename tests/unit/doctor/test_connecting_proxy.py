@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +111,18 @@ async def test_a_proxy_whose_name_does_not_resolve_fails_in_dns() -> None:
     assert step.code == "dns-failed"
     assert step.text.startswith("the name proxy.invalid does not resolve")
     assert step.remedy == "Check upstream_proxy for a typo, then the resolver of this machine."
+
+
+@pytest.mark.asyncio
+async def test_a_tunnel_that_is_reset_as_soon_as_it_is_open_fails_in_tcp() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        checking = loop.create_task(reached(HttpProxy(host="127.0.0.1", port=proxy.getsockname()[1])))
+        connection, _ = await loop.sock_accept(proxy)
+        with connection:
+            await loop.sock_recv(connection, 4096)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        step = by_name(await checking)["tcp"]
+    assert step.code == "proxy-failed"
