@@ -36,10 +36,11 @@ class Open(AcceptedConnection):
         self.address = address
         self.ended = ""
         self.quiet_since = idle_since
+        self.has_asked = True
 
     @property
     def used(self) -> bool:
-        return True
+        return self.has_asked
 
     @property
     def idle_since(self) -> float:
@@ -50,6 +51,9 @@ class Open(AcceptedConnection):
 
     def cut_off(self) -> None:
         self.ended = "cut off"
+
+    def abort(self) -> None:
+        self.ended = "aborted"
 
 
 def full(*open_ones: Open) -> tuple[Admission, Counts]:
@@ -82,6 +86,20 @@ async def test_of_the_idle_those_of_the_greatest_address_give_way_and_of_them_th
         assert comes(made, ELSEWHERE)
         assert expected.ended == "gave way"
     assert counts.reasons == ["idle"] * 3
+
+
+@with_manual_clock
+async def test_of_those_without_a_request_each_gives_way_to_one_that_comes() -> None:
+    unused = [Open(HERE, float(number)) for number in range(3)]
+    for one in unused:
+        one.has_asked = False
+    made, counts = full(*unused, Open(HERE, 0.0, idle_since=0.0))
+    for ended in range(1, 3):  # before those that end have closed
+        new = Open(THERE, NOW)
+        made.add(new)
+        assert made.admits(new)
+        assert [one.ended for one in unused] == ["aborted"] * ended + [""] * (3 - ended)
+    assert counts.reasons == ["unused"] * 2
 
 
 @with_manual_clock
@@ -195,3 +213,11 @@ async def test_a_handshake_has_room_under_the_limit_or_from_the_oldest_or_from_a
         assert not made.admits_handshake(connection, 2, none)
     assert asked == [NOW - 1.0] * 2, "one that began within a second stays"
     assert counts.reasons == ["unused", "idle", "max-connections"]
+
+
+@with_manual_clock
+async def test_where_all_places_are_taken_by_handshakes_none_begins() -> None:
+    made, _ = full()
+    made.most_connections = 2
+    with socket.socket() as connection:
+        assert not made.admits_handshake(connection, 2, lambda before: False)

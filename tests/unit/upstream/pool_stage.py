@@ -56,6 +56,7 @@ class PoolStage:
         await self.pool.close(linger_seconds=1.0)
         await loop_idle()
         assert all([await far.gone() for far in self.service.fars])
+        assert not self.pool.connections
         assert self.counts.opened == self.counts.closed
 
 

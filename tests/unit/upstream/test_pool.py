@@ -343,3 +343,40 @@ async def test_no_connection_is_opened_after_close() -> None:
     assert stage.service.dials == 2
     assert await failures_of(waiting) == {"draining": 1}
     await stage.close()
+
+
+@with_manual_clock
+async def test_attempts_to_connect_have_ended_when_close_returns_and_none_begins_meanwhile() -> None:
+    stage = PoolStage(max_connections=2)
+    await stage.ask("a")
+    far = await stage.service.accept(1)
+    waiting = await stage.ask("b")
+    assert stage.service.dials == 2
+    closing = stage.task(stage.pool.close())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the attempt has ended by now
+    assert not closing.done()
+    far.send(far.go_away((1 << 31) - 1))  # the pool would replace this connection
+    await closing
+    assert not stage.service.dialling
+    assert stage.service.dials == 2
+    assert await failures_of(waiting) == {"draining": 1}
+    await stage.close()
+
+
+@with_manual_clock
+async def test_connections_to_which_no_route_leads_any_more_are_closed_also_when_they_are_being_opened() -> None:
+    stage = PoolStage(max_connections=2)
+    await stage.ask("other", origin=OTHER)
+    kept = await stage.service.accept()
+    await stage.ask("a")
+    open_one = await stage.service.accept(1)
+    waiting = await stage.ask("b")
+    stage.pool.retain([OTHER])
+    assert await failures_of(waiting) == {"upstream-connection-lost": 1}
+    late = await stage.service.accept()
+    assert await open_one.gone()
+    assert await late.gone()
+    assert not kept.connection.retiring
+    assert [pool.origin for pool in stage.pool.origin_pools] == [OTHER]
+    await stage.close()

@@ -14,7 +14,7 @@ from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.raw import REQUEST, RESPONSE
 from tests.support.peers.receivers import RecordingReceiver
-from tests.unit.upstream.pool_stage import PoolStage, finish
+from tests.unit.upstream.pool_stage import REFUSED, PoolStage, finish
 from tests.unit.upstream.stage import ORIGIN
 
 
@@ -206,4 +206,48 @@ async def test_a_client_that_comes_while_streams_are_promised_gets_one_of_the_cl
     for task in greedy:
         task.cancel()
     await asyncio.gather(*greedy, *neighbours, return_exceptions=True)
+    await stage.close()
+
+
+@each_bare_engine
+@with_manual_clock
+async def test_nobody_gives_way_while_another_connection_is_being_opened_unless_the_attempt_before_failed(
+    make: EngineFactory,
+) -> None:
+    stage = PoolStage(make, max_connections=2)
+    tasks = [stage.task(_own(stage, "greedy")) for _ in range(4)]
+    await loop_idle()
+    far = await stage.service.accept(4)
+    tasks.append(stage.task(_own(stage, "neighbour")))
+    await loop_idle()
+    assert stage.service.dials == 2
+    assert stage.opened == ["greedy"] * 4
+    await stage.service.refuse(REFUSED)
+    await skip(1.0)
+    assert stage.service.dials == 3
+    tasks.append(stage.task(_own(stage, "another")))
+    await loop_idle()
+    assert stage.opened == ["greedy"] * 4 + ["another"]
+    assert far.connection.engine.count_open_streams() == 4
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await stage.close()
+
+
+@each_bare_engine
+@with_manual_clock
+async def test_nobody_gives_way_to_a_request_that_gets_a_stream_in_the_same_turn(make: EngineFactory) -> None:
+    stage = PoolStage(make, max_connections=1)
+    tasks = [stage.task(_own(stage, "greedy")) for _ in range(4)]
+    await loop_idle()
+    far = await stage.service.accept(4)
+    tasks.append(stage.task(_own(stage, "neighbour")))
+    answer = far.headers(1, RESPONSE, end=True).serialize()
+    asyncio.get_running_loop().call_soon(far.connection.data_received, answer)
+    far.connection.schedule_flush()  # what waits is served then: behind both in that turn
+    await loop_idle()
+    assert stage.opened == ["greedy"] * 4 + ["neighbour"]
+    assert far.connection.engine.count_open_streams() == 4
+    await asyncio.gather(*tasks)
     await stage.close()
