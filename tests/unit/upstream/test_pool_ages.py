@@ -111,6 +111,30 @@ async def test_an_old_connection_without_streams_closes_at_once_beside_another_o
 
 
 @with_manual_clock
+async def test_an_old_connection_without_streams_is_replaced_first_where_no_other_has_a_free_one(
+    make: EngineFactory,
+) -> None:
+    stage = aged(make)
+    await stage.ask("a")
+    full = await stage.service.accept(1)
+    await stage.ask("b")
+    idle = await stage.service.accept(10)
+    finish(idle, 1)
+    await skip(60.1)
+    assert stage.service.dials == 3
+    assert not idle.connection.retiring
+    finish(full, 1)
+    await stage.service.accept(10)
+    assert await full.gone()
+    await skip(1.1)
+    assert await idle.gone(), "now another one has"
+    await skip(59.0)
+    assert stage.service.dials == 4
+    assert [connection.retiring for connection in stage.pool.connections] == [False]
+    await stage.close()
+
+
+@with_manual_clock
 async def test_one_connection_at_a_time_is_replaced(make: EngineFactory) -> None:
     stage = aged(make, max_connections=2)
     await stage.ask("a", "b")

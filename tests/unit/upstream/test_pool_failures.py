@@ -12,8 +12,9 @@ from proxy.http2.choice import EngineFactory
 from proxy.upstream.connection import Timing
 from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.raw import RESPONSE
 from tests.unit.upstream.pool_stage import REFUSED, PoolStage, failures_of, finish
-from tests.unit.upstream.stage import Far
+from tests.unit.upstream.stage import ORIGIN, Far
 
 
 @with_manual_clock
@@ -330,4 +331,48 @@ async def test_a_request_that_waits_out_a_pause_in_vain_is_told_of_the_failure_b
     await skip(0.03)
     assert await failures_of(tasks) == {"upstream-connect-failed": 1}
     assert stage.service.dials == 1
+    await stage.close()
+
+
+@with_manual_clock
+async def test_a_request_that_waits_while_connections_end_early_is_told_of_that() -> None:
+    stage = PoolStage(wait_timeout_seconds=0.02)
+    for _ in range(2):
+        await stage.ask("first")
+        far = await stage.service.accept(100)
+        far.connection.eof_received()
+        await loop_idle()
+    [task] = await stage.ask("again")
+    await skip(0.03)
+    with pytest.raises(UpstreamConnectionLost, match="ends connections before it has answered a request"):
+        await task
+    await stage.close()
+
+
+@with_manual_clock
+async def test_a_failure_is_forgotten_when_a_connection_has_been_opened_since() -> None:
+    stage = PoolStage(max_connections=2)
+    await stage.ask("a")
+    await stage.service.accept(1)
+    [b] = await stage.ask("b")
+    await stage.service.refuse(REFUSED)
+    await skip(1.0)
+    await stage.service.accept(1)
+    await b
+    [c] = await stage.ask("c")
+    await skip(5.1)
+    with pytest.raises(UpstreamSaturated, match="2 connections are in use, 2 are allowed"):
+        await c
+    await stage.close()
+
+
+@each_bare_engine
+@with_manual_clock
+async def test_a_response_that_breaks_a_rule_is_reported_with_its_origin(make: EngineFactory) -> None:
+    stage = PoolStage(make)
+    await stage.ask("a")
+    far = await stage.service.accept(100)
+    far.send(far.headers(1, [*RESPONSE, (b"Upper", b"case")], end=True))
+    await loop_idle()
+    assert [origin for origin, _ in stage.counts.refused] == [str(ORIGIN)]
     await stage.close()
