@@ -372,7 +372,7 @@ async def test_a_response_that_breaks_a_rule_is_reported_with_its_origin(make: E
     stage = PoolStage(make)
     await stage.ask("a")
     far = await stage.service.accept(100)
-    far.send(far.headers(1, [*RESPONSE, (b"Upper", b"case")], end=True))
+    far.send(far.headers(1, [*RESPONSE, (b"Upper", b"case", False)], end=True))
     await loop_idle()
     assert [origin for origin, _ in stage.counts.refused] == [str(ORIGIN)]
     await stage.close()
