@@ -53,3 +53,16 @@ def test_jitter_takes_at_most_half(failures: int, random_fraction: float) -> Non
 @given(failures=st.integers(1, 10**6), random_fraction=chances)
 def test_a_permanent_failure_is_remembered_for_30_seconds(failures: int, random_fraction: float) -> None:
     assert retry_in(failures, transient=False, random_fraction=random_fraction) == 30
+
+
+def test_jitter_is_half_at_most_in_proportion() -> None:
+    assert retry_in(1, transient=True, random_fraction=0.5) == 0.75
+
+
+def test_a_short_token_is_refreshed_after_half_of_its_usable_life() -> None:
+    assert refresh_in(100.0, 0.0) == 50.0
+
+
+def test_an_idle_key_is_checked_again_after_half_of_that_or_ten_seconds() -> None:
+    assert idle_check_in(8.0) == 4.0
+    assert idle_check_in(100.0) == 10.0
