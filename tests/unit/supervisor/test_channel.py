@@ -177,13 +177,16 @@ def test_messages_for_a_full_channel_are_sent_later(ends: tuple[WorkerChannel, C
     while not supervisor.has_unsent:
         supervisor.send_command(DRAIN)
         sent += 1
+    full_since = supervisor.full_since
     accepted, peer = connected()
     supervisor.hand_over(accepted)
     assert accepted.fileno() >= 0
+    assert supervisor.full_since == full_since > 0.0, "it is as long as nothing was taken"
     for _ in range(sent - 1):
         assert worker.receive() == (DRAIN, None)
     supervisor.flush()
     assert not supervisor.has_unsent
+    assert supervisor.full_since == 0.0
     assert worker.receive() == (DRAIN, None)
     with received(worker) as its, peer:
         its.sendall(b"x")

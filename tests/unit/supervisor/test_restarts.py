@@ -33,6 +33,13 @@ def test_one_worker_is_started_soon_while_none_serves() -> None:
     assert restarts.add(21.0, 0.1, served=False) == 1.0
 
 
+def test_a_delay_that_is_shorter_stays_while_none_serves() -> None:
+    restarts = Restarts()
+    assert restarts.add(0.0, 0.1, served=False) == 0.0
+    assert restarts.take_due(0.0) == 1
+    assert restarts.add(0.1, 0.1, served=False) == 0.5
+
+
 def test_the_delay_begins_again_after_a_worker_that_ran_for_long() -> None:
     restarts = Restarts()
     for _ in range(5):
