@@ -157,7 +157,7 @@ class TokenSource:
             while not self.is_current(token):  # The credentials changed between the end of the mint and now.
                 token = await self._outcome(self._uncached.token(key))
         entry.forget_failure()
-        if earlier is not None and entry.mint is earlier and not earlier.done():
+        if earlier is not None and entry.mint is earlier:
             await self._keep(entry, token)
             self._supersede(entry, earlier)
         return token

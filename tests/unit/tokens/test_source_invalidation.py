@@ -23,6 +23,7 @@ async def test_a_rejected_token_is_dropped_and_another_minted(bench: Bench) -> N
     first = await bench.source.token(KEY)
     bench.source.reject(first)
     assert slot.usable_token(bench.time.now) is None
+    assert bench.time.armed == 0, "it is not refreshed: no request may come"
     second = await bench.source.token(KEY)
     assert second is not first
     assert slot.usable_token(bench.time.now) is second
