@@ -289,7 +289,6 @@ class TlsServer:
         self._handshakes = handshakes
         self._make_protocol = make_protocol
         self._on_closed = on_closed
-        self._paused: asyncio.TimerHandle | None = None
         listening.setblocking(False)
         loop.add_reader(listening, self._accept)
 
@@ -300,8 +299,6 @@ class TlsServer:
                 pass
             self._loop.remove_reader(self._listening)
             self._listening.close()
-        if self._paused is not None:
-            self._paused.cancel()
 
     async def wait_closed(self) -> None:
         """Wait for all handshakes under way."""
@@ -319,13 +316,14 @@ class TlsServer:
             except OSError as exc:  # EMFILE, ENFILE, ENOBUFS, ENOMEM
                 _log.error("cannot accept connections", reason=exc.strerror, retry_seconds=_NO_DESCRIPTORS_SECONDS)
                 self._loop.remove_reader(self._listening)
-                self._paused = self._loop.call_later(_NO_DESCRIPTORS_SECONDS, self._resume)
+                self._loop.call_later(_NO_DESCRIPTORS_SECONDS, self._resume)
                 return False
             self._handshakes.begin(connection, self._make_protocol, self._on_closed)
         return True
 
     def _resume(self) -> None:
-        self._loop.add_reader(self._listening, self._accept)
+        if self._listening.fileno() >= 0:  # it may have been closed since
+            self._loop.add_reader(self._listening, self._accept)
 
 
 def _no_password() -> str:

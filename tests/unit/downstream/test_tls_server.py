@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import ssl
 from collections import Counter
@@ -16,6 +18,7 @@ import pytest
 from proxy.downstream import admission
 from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles, TlsServer, TlsUnusable, server_context
 from proxy.emulator import Certificates
+from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.unit.downstream.stage import Counts
 
 
@@ -107,6 +110,29 @@ async def test_a_client_that_does_not_finish_its_handshake_keeps_no_closed_liste
         assert loop.time() - began < 5
         assert failed == ["the connection ended"]
         assert slow.recv(1) == b""
+
+
+class Exhausted(socket.socket):
+    """A listening socket in a process that has no descriptor left."""
+
+    def accept(self) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@with_manual_clock
+async def test_a_server_that_closes_while_there_are_no_descriptors_does_not_go_on_accepting(
+    context: TlsContext,
+) -> None:
+    loop = asyncio.get_running_loop()
+    handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda *_: None)
+    with Exhausted() as listening, socket.socket() as waiting:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = TlsServer(loop, listening, handshakes, asyncio.Protocol, lambda: None)
+        waiting.connect(listening.getsockname())
+        await loop_idle()
+        server.close()
+        await skip(60.0)
 
 
 @pytest.mark.asyncio
