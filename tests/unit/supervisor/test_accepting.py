@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.downstream.channel import Channel
+from proxy.downstream.channel import CONNECTION, TLS_CONNECTION, Channel
 from proxy.supervisor import accepting
 from proxy.supervisor.accepting import Accepting
 from proxy.supervisor.channel import WorkerChannel
@@ -171,3 +171,36 @@ def test_connections_that_no_worker_has_taken_are_closed_at_the_end(crew: Crew) 
         crew.accepting.hand_over(ours, tls=False)
         crew.accepting.close()
         assert peer.recv(1) == b""
+
+
+def test_a_connection_for_tls_is_handed_over_as_such_at_once_or_later(crew: Crew) -> None:
+    first, second = (worker.channel for worker in crew.workers)
+    first.ready, second.draining = False, True
+    with ExitStack() as stack:
+        for tls in (True, False):
+            accepted, peer = socket.socketpair()
+            stack.enter_context(peer)
+            crew.accepting.hand_over(accepted, tls=tls)
+        first.ready = True
+        crew.accepting.hand_over_waiting()
+        accepted, peer = socket.socketpair()
+        stack.enter_context(peer)
+        crew.accepting.hand_over(accepted, tls=True)
+        for expected in (TLS_CONNECTION, CONNECTION, TLS_CONNECTION):
+            kind, descriptor = crew.ends[0].receive()
+            assert kind == expected
+            assert descriptor is not None
+            os.close(descriptor)
+
+
+def test_workers_with_as_many_connections_have_their_turns(crew: Crew) -> None:
+    served = []
+    for _ in range(4):
+        accepted, peer = socket.socketpair()
+        peer.close()
+        crew.accepting.hand_over(accepted, tls=False)
+        served.append([worker.channel.connections for worker in crew.workers].index(1))
+        crew.read(served[-1])
+        crew.ends[served[-1]].connection_closed()
+        crew.workers[served[-1]].channel.read_reports()
+    assert served == [0, 1, 0, 1]
