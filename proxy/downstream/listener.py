@@ -41,7 +41,7 @@ CLIENT: Final = "client"
 _LAST_SECONDS: Final = 0.5
 """Part of the drain timeout that is reserved for delivering the last frames."""
 _RETIRE_SECONDS: Final = 0.5
-"""How often clients that have connected meanwhile are asked to leave, too."""
+"""How long a client that has connected meanwhile may send requests before it is asked to leave, too."""
 _FRESH_SECONDS: Final = 0.5
 """How long a connection that was accepted before the end of the drain may take to send its first request."""
 
@@ -250,17 +250,13 @@ class Listener:
 
         `end_retiring` and `abort` end it.
         """
-        self._retiring = True
-        now = asyncio.get_running_loop().time
-        deadline = now() + timeout_seconds - _LAST_SECONDS
-
-        def over() -> bool:
-            return self._retiring_ends or not (self._accepted or self.untracked)
-
-        while not (over() or self._aborting) and now() < deadline:
-            for accepted in list(self._accepted):  # those that were accepted lately are among them
-                accepted.retire()
-            await self._until(over, min(deadline, now() + _RETIRE_SECONDS))
+        self._retiring = True  # for connections that are accepted from now on
+        for accepted in list(self._accepted):
+            accepted.retire()
+        await self._until(
+            lambda: self._retiring_ends or not (self._accepted or self.untracked),
+            asyncio.get_running_loop().time() + timeout_seconds - _LAST_SECONDS,
+        )
 
     def end_retiring(self) -> None:
         """Make `retire` return now: `drain` need not wait for clients without a live exchange."""

@@ -12,6 +12,7 @@ import pytest
 from proxy.downstream.tls import TlsFiles
 from proxy.emulator import Certificates
 from tests.support.loops import loop_idle, skip, with_manual_clock
+from tests.support.peers.sockets import client
 from tests.unit.downstream.http1_requests import GET, lives, read_until_gone
 from tests.unit.downstream.stage import listening
 
@@ -90,10 +91,26 @@ async def test_leaving_ends_with_the_last_client_also_of_those_that_came_meanwhi
         writer.write(GET)
         for _ in range(2):
             (await it.relay.request()).answer(b"last")
-        for client in (reader, later):
-            assert b"\r\nconnection: close\r\n" in (await client.read()).lower()
+        for each in (reader, later):
+            assert b"\r\nconnection: close\r\n" in (await each.read()).lower()
         await loop_idle()
         assert leaving.done()
+
+
+@with_manual_clock
+async def test_a_client_that_comes_while_others_leave_has_half_a_second_for_its_requests() -> None:
+    async with listening() as it:
+        await lives(it, *await it.raw())
+        leaving = asyncio.get_running_loop().create_task(it.listener.retire(1_000_000.0))
+        await loop_idle()
+        await skip(0.4)
+        async with client("127.0.0.1", it.port) as near:
+            await near.ping()
+            for seconds, offered in ((0.4, True), (0.2, False)):
+                await skip(seconds)
+                assert (near.h2.remote_settings.max_concurrent_streams > 0) == offered
+        it.listener.end_retiring()
+        await leaving
 
 
 @with_manual_clock
