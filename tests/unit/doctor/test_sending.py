@@ -150,6 +150,9 @@ async def test_a_response_without_end_is_aborted_at_the_limit(monkeypatch: pytes
         failure = await asked
         assert isinstance(failure, UpstreamReset)
         assert "1 MiB" in str(failure)
+        with pytest.raises(Reset) as caught:
+            await _events(far, stream)
+        assert caught.value.code == 0x8
 
 
 @pytest.mark.asyncio

@@ -80,7 +80,7 @@ async def test_a_refresh_that_brings_the_same_token_is_repeated_every_10_seconds
     times = bench.mint_times()
     assert times[1] == 3375
     assert all(later - earlier >= 10 for earlier, later in pairwise(times))
-    assert len(times) <= 20
+    assert len(times) <= 8, "half of what is left, while that is more"
     bench.mint.expires_at = None
     assert (await bench.source.token(KEY)).expires_at > bench.time.now
 
