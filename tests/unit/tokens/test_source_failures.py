@@ -223,3 +223,14 @@ async def test_a_mint_that_cancels_itself_fails_its_waiters_and_does_not_cancel_
     with pytest.raises(TokenUnavailable, match="given up"):
         await source.mint_uncached(KEY)
     await source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_failure_is_remembered_where_no_route_refers_to_the_key(bench: Bench) -> None:
+    bench.mint.failure = MintRefused("no")
+    for _ in range(3):
+        with pytest.raises(MintRefused):
+            await bench.source.token(KEY)
+        gc.collect()
+    assert len(bench.mint.calls) == 1
+    assert await bench.stored_keys() == {KEY}
