@@ -17,6 +17,8 @@ __all__ = ["open_tunnel", "tunnels_to"]
 
 _MAX_HEAD_OCTETS: Final = 16 << 10
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([^\r\n]*))?\r?\n")
+# 1xx heads, of which any number may precede the answer (RFC 9110, 15.2). 101 would be an answer: nothing is upgraded.
+_INTERIM_HEADS: Final = re.compile(rb"(?:HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)+")
 
 _CHALLENGE: Final = re.compile(rb"(?im)^proxy-authenticate:[ \t]*([^\r\n]*)")
 
@@ -47,6 +49,8 @@ async def open_tunnel(connected: socket.socket, proxy: HttpProxy, origin: Origin
     while b"\r\n\r\n" not in head and b"\n\n" not in head:
         read = await loop.sock_recv(connected, 4096)
         head += read
+        if interim := _INTERIM_HEADS.match(head):
+            head = head[interim.end() :]
         if not read or len(head) > _MAX_HEAD_OCTETS or not b"HTTP/1.".startswith(head[:7]):
             what = "closed the connection before it answered" if not head else "does not answer as an HTTP proxy does"
             raise UpstreamConnectFailed(f"{named} {what}; check upstream_proxy")

@@ -156,6 +156,32 @@ async def test_another_answer_than_a_tunnel_is_reported_with_the_proxys_words(an
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("size", [7, 4096])
+@pytest.mark.parametrize(
+    "interim",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.0 102\n\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\nx: y\r\n\r\n",
+        b"HTTP/1.1 199 Wait\r\na: b\r\n\r\n" * 2000,
+    ],
+)
+async def test_interim_answers_of_a_proxy_are_no_answer(interim: bytes, size: int) -> None:
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        answer = interim + b"HTTP/1.1 403 Not on the list\r\n\r\n"
+        for start in range(0, len(answer), size):
+            writer.write(answer[start : start + size])
+            await writer.drain()
+        await reader.read()
+
+    async with listening(say) as port:
+        with pytest.raises(
+            UpstreamConnectFailed, match=r"does not connect to greeter\.example:443 \(403 Not on the list"
+        ):
+            await connector(upstream_proxy=proxy_at(port)).connect(ORIGIN)
+
+
+@pytest.mark.asyncio
 async def test_a_proxy_that_does_not_answer_costs_no_more_than_connect_timeout() -> None:
     gone = asyncio.Event()
 
