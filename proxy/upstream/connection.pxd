@@ -21,6 +21,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cdef object _is_closing
     cdef double _heard_at
     cdef double _ready_at
+    cdef bint _unheard
     cdef str _go_away_error
     cdef object _pinged_at
     cdef object _stalled_at

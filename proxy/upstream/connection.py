@@ -2,7 +2,8 @@
 
 It hides the end of connections from Restate: on GOAWAY, live streams finish and unprocessed ones are sent elsewhere.
 Idle connections are closed before Google's front end closes them (after some four minutes). A PING finds a dead peer,
-but only while streams are live: too many PINGs are answered with ENHANCE_YOUR_CALM.
+but only while streams are live: too many PINGs are answered with ENHANCE_YOUR_CALM. Where all requests since the peer
+was last heard were cancelled, the connection is closed after the silence that a PING would follow.
 
 A connection that is closing, for any reason, has no free stream.
 """
@@ -79,6 +80,7 @@ class UpstreamConnection(Http2Protocol):
         "_stalled_octets",
         "_timer",
         "_timing",
+        "_unheard",
         "cancels",
         "fruitless",
         "origin",
@@ -120,6 +122,7 @@ class UpstreamConnection(Http2Protocol):
         self._is_closing: Callable[[], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = self._ready_at = self.loop.time()
+        self._unheard = False  # whether a request was sent since anything was read
         self._pinged_at: float | None = None
         self._stalled_at: float | None = None
         self._go_away_error = ""  # what the peer's GOAWAY says of the end of the connection, if anything
@@ -137,6 +140,7 @@ class UpstreamConnection(Http2Protocol):
     def open(self, fields: Fields, end_stream: bool, receiver: StreamReceiver) -> Stream:
         """Send a request head on a new stream, of which `receiver` is told; there must be a free one."""
         stream = self.engine.open(fields, end_stream, receiver)
+        self._unheard = True
         if stream.id >= self._last_stream_id:
             self.retiring = True
         return stream
@@ -219,6 +223,7 @@ class UpstreamConnection(Http2Protocol):
 
     def _has_read(self) -> None:
         self._heard_at = self._flusher.now()
+        self._unheard = False
         Http2Protocol._has_read(self)
 
     def eof_received(self) -> bool | None:
@@ -272,12 +277,14 @@ class UpstreamConnection(Http2Protocol):
 
     def _tick_idle(self, now: float) -> None:
         self._pinged_at = None
-        due = self._heard_at + self._timing.idle_timeout_seconds
+        # All requests on a dead connection may have been cancelled before the answer to a PING was due.
+        timing = self._timing
+        due = self._heard_at + (timing.ping_interval_seconds if self._unheard else timing.idle_timeout_seconds)
         if now >= due:
             self.retire("idle")
         else:
             # Streams that are opened meanwhile are watched in time, too.
-            self._timer = self.loop.call_at(min(due, now + self._timing.ping_interval_seconds), self._tick)
+            self._timer = self.loop.call_at(min(due, now + timing.ping_interval_seconds), self._tick)
 
     def _stalled(self, now: float) -> str | None:
         """Return what is wrong if the peer has not read for too long."""

@@ -52,6 +52,7 @@ async def test_resets_beyond_the_limit_are_sent_one_by_one_in_their_order(make: 
     assert resets(far) == []
     await skip(1.0)
     assert resets(far) == [later]
+    far.send(far.ping())  # It is not dead.
     await skip(60.0)
     cancel(far, [late := far.open()])
     assert resets(far) == [late]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode
 from tests.support.loops import loop_idle, skip, with_manual_clock
@@ -86,6 +88,38 @@ async def test_a_connection_without_a_ping_answer_is_closed(make: EngineFactory)
     assert "no answer to a PING within 15 s" in str(receiver.failure)
     assert await far.gone()
     assert far.transport.aborted, "it would not read a GOAWAY either"
+
+
+@each_bare_engine
+@with_manual_clock
+@pytest.mark.parametrize(("begin", "open_seconds", "pause_seconds"), [(0, 1, 2), (0, 5, 5), (15, 5, 5), (22, 5, 15)])
+async def test_a_silent_connection_is_closed_although_each_request_on_it_is_cancelled_soon(
+    make: EngineFactory, begin: int, open_seconds: int, pause_seconds: int
+) -> None:
+    far = settled(make)
+    await whiled_away(far, begin)
+    seconds = begin
+    while not far.connection.closed:
+        stream = far.open()
+        await whiled_away(far, open_seconds)
+        if not far.connection.closed:
+            far.streams[stream].reset(ErrorCode.CANCEL, False)
+            await whiled_away(far, pause_seconds)
+        seconds += open_seconds + pause_seconds
+    assert seconds <= begin + 60, "an interval, a timeout, and one request more"
+
+
+@each_bare_engine
+@with_manual_clock
+async def test_a_connection_is_kept_after_a_cancelled_request_if_the_peer_is_heard(make: EngineFactory) -> None:
+    far = settled(make)
+    stream = far.open()
+    await whiled_away(far, 5)
+    far.streams[stream].reset(ErrorCode.CANCEL, False)
+    far.send(far.ping())
+    assert await whiled_away(far, 175) == []
+    assert not far.connection.closed
+    far.connection.retire("enough")
 
 
 @each_bare_engine
