@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
 
-# Detects within 60 + 4 × 15 s a client that has vanished (a lost node, an expired NAT entry). Accepted sockets inherit
-# these options from the listening one.
+# Detects within 60 + 4 × 15 s a client that has vanished (a lost node, an expired NAT entry), but for one to which data
+# was under way: the kernel retransmits that for a quarter of an hour (tcp_retries2), and sends no probes meanwhile.
+# TCP_USER_TIMEOUT would end those in time, and slow readers as well: Linux counts from when the window closed first,
+# even if they read on. Accepted sockets inherit these options from the listening one.
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
