@@ -273,6 +273,9 @@ def _state(path: Path | None) -> tuple[int, ...] | None:
 def _problems(exc: SettingsNotRead) -> tuple[str, ...]:
     """Return the problems, which are listed in indented lines, or all that was said."""
     lines = str(exc).splitlines()
+    if "Traceback (most recent call last):" in lines:
+        what = "if another version of cloudrun-sidecar was installed meanwhile, restart it"
+        return (f"the process that reads the settings failed: {lines[-1]}; {what}",)
     listed = tuple(line.strip() for line in lines if line.startswith("  "))
     said = " ".join(line.strip() for line in lines if line.strip())
     return listed or (said or f"the process that reads the settings exited with {exc.exit_code}",)

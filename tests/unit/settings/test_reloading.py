@@ -193,6 +193,27 @@ def test_settings_whose_reading_was_killed_are_read_again(tmp_path: Path, monkey
         assert delivered.names() == ["c"]
 
 
+def test_a_program_that_was_removed_is_named_and_the_settings_are_read_once_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.settings.reloading._AGAIN_SECONDS", 0.1)
+    monkeypatch.syspath_prepend(tmp_path)
+    (installed := tmp_path / "installed.py").write_text("from proxy.cli.settings_process import main")
+    path = tmp_path / "routes.toml"
+    path.write_text(routes("a"))
+    with reloader("--config", str(path), reader="installed") as (_, delivered):
+        installed.rename(tmp_path / "removed")
+        save(path, routes("b"))
+        assert delivered.problems() == (
+            "the process that reads the settings failed: ModuleNotFoundError: No module named 'installed'; if another "
+            "version of cloudrun-sidecar was installed meanwhile, restart it",
+        )
+        (tmp_path / "removed").rename(installed)
+        while isinstance(read := delivered.next()[0], Refused):  # it may have been read again before
+            pass
+        assert [route.name for route in read.routes] == ["b"]
+
+
 def test_settings_that_could_not_be_read_for_want_of_a_descriptor_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
