@@ -77,6 +77,11 @@ class Minter:
             ) from None
         except Failure:
             raise
+        except ImportError as exc:  # what a credential needs is imported at its first use
+            raise TokenUnavailable(
+                f"minting a token for {key.audience} failed: the module {exc.name} cannot be imported",
+                remedy="restart the sidecar if it or a library of it was installed again since it started",
+            ) from None
         except Exception as exc:  # noqa: BLE001 - any internal error must become a failure, so that nothing is sent without a token
             # Without its text, and without a chain to it: these could hold a secret.
             raise TokenUnavailable(

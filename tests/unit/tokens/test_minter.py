@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -176,6 +177,18 @@ async def test_a_wrong_clock_is_warned_of_once_and_again_when_the_skew_changes(l
         ("info", None),
         ("warning", 40),
     ]
+
+
+@pytest.mark.asyncio
+async def test_a_module_that_an_upgrade_has_removed_is_named_with_the_remedy() -> None:
+    time = FakeTime()
+
+    async def upgraded(key: TokenKey) -> Token:
+        import_module("proxy.tokens.removed")
+        raise AssertionError
+
+    with pytest.raises(TokenUnavailable, match=r"proxy\.tokens\.removed cannot be imported; restart the sidecar"):
+        await timed(upgraded, time, Counted(time.clock)).mint(KEY, uncached=False)
 
 
 @pytest.mark.asyncio
