@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from functools import partial
@@ -224,8 +225,11 @@ def _reason(exc: Exception, proxy: Proxy | None) -> str:
             return "the proxy cannot be reached"
         case aiohttp.ClientHttpProxyError():
             return _refusal(exc, has_login=proxy is not None and bool(proxy.headers))
-        case aiohttp.ClientConnectorDNSError():
-            return f"{_named(proxy)} does not resolve"
+        case aiohttp.ClientConnectorDNSError(os_error=cause):
+            failing = (
+                f", because the name servers fail; {CHECK_NAME_SERVERS}" if cause.errno == socket.EAI_AGAIN else ""
+            )
+            return f"{_named(proxy)} does not resolve{failing}"
         case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError() as cause):
             return f"TLS failed ({cause.reason})"
         case aiohttp.ClientConnectorError(os_error=cause):

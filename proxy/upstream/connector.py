@@ -237,7 +237,9 @@ class Connector:
                     f"TLS with {origin} failed: {_reason(exc)}; check that it is an https:// service, and its port"
                 )
             case socket.gaierror():
-                return UpstreamConnectFailed(f"the host name of {hop} does not resolve ({_reason(exc)}); check {check}")
+                # EAI_AGAIN: the name servers have failed, which says nothing about the name.
+                check = CHECK_NAME_SERVERS if exc.errno == socket.EAI_AGAIN else f"check {check}"
+                return UpstreamConnectFailed(f"the host name of {hop} does not resolve ({_reason(exc)}); {check}")
             case TimeoutError() if exc.errno is None and not resolved:
                 return UpstreamConnectTimeout(
                     f"the host name of {hop} was not answered within {self._timeout_seconds:g} s; {CHECK_NAME_SERVERS}"

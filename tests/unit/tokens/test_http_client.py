@@ -218,6 +218,19 @@ async def test_a_broken_answer_is_described_in_words(
 
 
 @pytest.mark.asyncio
+async def test_name_servers_that_fail_are_told_from_a_name_that_does_not_exist() -> None:
+    class Failing(AiohttpResolver):
+        async def resolve(self, *_: Any, **__: Any) -> list[ResolveResult]:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    client = HttpClient(Failing(), BlockingCalls(), direct=True, connect_seconds=4)
+    why = "its name does not resolve, because the name servers fail; check the name servers of this machine"
+    with pytest.raises(TokenUnavailable, match=f"google could not be asked: {why}"):
+        await ask(client, "http://google/")
+    await client.close()
+
+
+@pytest.mark.asyncio
 async def test_addresses_that_all_refuse_are_one_reason() -> None:
     class TwoAddresses(AiohttpResolver):
         async def resolve(self, *_: Any, **__: Any) -> list[ResolveResult]:

@@ -158,13 +158,17 @@ async def test_a_name_that_does_not_resolve_is_reported() -> None:
         await connector(connect_timeout_seconds=30.0).connect(Origin("https", "nowhere.invalid", 443))
 
 
+@pytest.mark.parametrize(
+    ("number", "check"),
+    [(socket.EAI_NONAME, "check the url of the route"), (socket.EAI_AGAIN, "check the name servers of this machine")],
+)
 @pytest.mark.asyncio
-async def test_a_resolvers_own_words_are_reported() -> None:
+async def test_a_resolvers_own_words_are_reported(number: int, check: str) -> None:
     class Refusing(Resolver):
         async def resolve(self, host: str, port: int) -> list[AddressInfo]:
-            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+            raise socket.gaierror(number, "in its words")
 
-    with pytest.raises(UpstreamConnectFailed, match=r"does not resolve \(no such name\); check the url of the route"):
+    with pytest.raises(UpstreamConnectFailed, match=rf"does not resolve \(in its words\); {check}"):
         await connector(resolver=Refusing()).connect(Origin("https", "greeter.example", 443))
 
 
