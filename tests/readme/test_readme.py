@@ -88,7 +88,7 @@ def test_every_make_target_exists(target: str) -> None:
 def test_every_flag_exists_here_or_in_gcloud_docker_or_restate(flag: str) -> None:
     ours = "".join(file.read_text() for file in (REPOSITORY / "proxy/cli").glob("*.py")).replace("_", "-")
     settings = (REPOSITORY / "proxy/settings/model.py").read_text().replace("_", "-")
-    theirs = {"--use-http2", "--no-allow-unauthenticated", "--build-arg", "--stop-timeout"}
+    theirs = {"--use-http2", "--no-allow-unauthenticated", "--build-arg", "--stop-timeout", "--format"}
     theirs |= {"--extra-header", "--force", "--gcp-id-token", "--gcp-impersonate-service-account", "--gcp-audience"}
     assert flag in theirs or flag in ours or f"\n    {flag[2:]}: " in settings
 
