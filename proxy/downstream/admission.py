@@ -80,7 +80,7 @@ class Admission:
     def admits(self, accepted: AcceptedConnection) -> bool:
         """Return True if an accepted connection may be served; otherwise log why not, but not for each of many."""
         connection = accepted.transport.get_extra_info("socket")
-        if connection is not None and is_reserved(connection.fileno()):
+        if connection is not None and is_reserved(connection.fileno(), to_service=False):
             self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
             return False
         if len(self.accepted) <= self.most_connections or self._make_room(accepted.accepted_at, accepted.address):
@@ -98,7 +98,7 @@ class Admission:
         `end_oldest` ends the oldest of these if it began before a time, and returns whether it has.
         """
         now = asyncio.get_running_loop().time()
-        if is_reserved(connection.fileno()):
+        if is_reserved(connection.fileno(), to_service=False):
             self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
             return False
         if len(self.accepted) + under_way < self.most_connections:

@@ -1,8 +1,9 @@
 """The limit of open files of this process, and the part of it that connections may not use.
 
 A descriptor is the lowest free number, so a high number tells that most are in use. The last 32 (of a limit below 128
-the last quarter) are left to what must work even then: the admin port, calls for tokens, files. A connection that gets
-one of them is closed.
+the last quarter) are left to what must work even then: the admin port, calls for tokens, files. A client's connection
+that gets one of them is closed. Half of them are for connections to services, too: otherwise clients that come before
+the first of these could use up all descriptors, and no request would be answered.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ def descriptors_refusal() -> str:
     return f"the limit of open files is {soft}, and {_LEAST} are the least: raise it (ulimit -n, LimitNOFILE)"
 
 
-def is_reserved(descriptor: int) -> bool:
-    """Return True if a new connection has a descriptor that is not for connections, and must be closed."""
+def is_reserved(descriptor: int, *, to_service: bool) -> bool:
+    """Return True if a new connection has a descriptor that is not for connections, and must be closed.
+
+    `to_service`: it is one to a service, and not one of a client.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft != resource.RLIM_INFINITY and descriptor >= soft - min(_RESERVED, soft // 4)
+    reserved = min(_RESERVED, soft // 4)
+    return soft != resource.RLIM_INFINITY and descriptor >= soft - (reserved // 2 if to_service else reserved)

@@ -156,7 +156,7 @@ class Connector:
     async def _handshake(
         self, origin: Origin, tls: ssl.SSLContext | None, proxy: HttpProxy | None, connected: socket.socket
     ) -> UpstreamConnection:
-        if is_reserved(connected.fileno()):
+        if is_reserved(connected.fileno(), to_service=True):
             connected.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if proxy is not None:

@@ -178,7 +178,7 @@ async def test_refused_connections_are_logged_once_in_ten_seconds_with_their_num
 
 @with_manual_clock
 async def test_a_descriptor_that_is_reserved_is_not_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "is_reserved", lambda descriptor: True)
+    monkeypatch.setattr(admission, "is_reserved", lambda descriptor, to_service: True)
     counts = Counts()
     made = Admission(counts, 10)
     with capture_logs() as lines, socket.socket() as connection:

@@ -34,8 +34,16 @@ def test_the_soft_limit_is_raised() -> None:
 def test_the_last_descriptors_are_reserved(limit: int, first_reserved: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    assert not is_reserved(first_reserved - 1)
-    assert is_reserved(first_reserved)
+    assert not is_reserved(first_reserved - 1, to_service=False)
+    assert is_reserved(first_reserved, to_service=False)
+
+
+@pytest.mark.parametrize(("limit", "first_reserved"), [(1024, 1008), (128, 112), (100, 88)])
+def test_services_get_half_of_what_clients_may_not_use(limit: int, first_reserved: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert not is_reserved(first_reserved - 1, to_service=True)
+    assert is_reserved(first_reserved, to_service=True)
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(31, True), (32, False)])

@@ -186,7 +186,7 @@ async def test_a_name_that_is_not_answered_is_told_from_a_connection_that_is_not
 
 @pytest.mark.asyncio
 async def test_a_descriptor_that_is_reserved_is_not_used_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.upstream.connector.is_reserved", lambda descriptor: True)
+    monkeypatch.setattr("proxy.upstream.connector.is_reserved", lambda descriptor, to_service: True)
     left_behind = asyncio.get_running_loop().create_future()
 
     async def nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
