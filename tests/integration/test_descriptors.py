@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.chain import Routes
+from tests.support.chain import Routes, StartChain
 from tests.support.peers.sockets import client
 from tests.support.sidecar import sidecar, worker_pids
 
@@ -55,3 +55,15 @@ async def test_the_admin_port_answers_when_connections_use_up_the_descriptors(ro
         # There is room again.
         async with client(*running.address) as peer:
             assert (await peer.head(peer.open("/nowhere", end=True)))[b":status"] == b"404"
+
+
+@pytest.mark.asyncio
+async def test_a_service_is_connected_to_when_clients_have_used_up_their_descriptors(chain: StartChain) -> None:
+    async with chain(under=["prlimit", "--nofile=128:128"]) as (running, upstream, early), AsyncExitStack() as stack:
+        for _ in range(200):
+            stack.push_async_callback(closed, *await asyncio.open_connection(*running.address))
+        await running.program.line("closing new connections: limit of open files nearly reached")
+        stream = early.open("/svc/x", end=True)
+        peer, upstream_stream, _, _ = await upstream.request()
+        peer.respond(upstream_stream, end=True)
+        assert (await early.head(stream))[b":status"] == b"200"
