@@ -29,6 +29,7 @@ cdef class Http2Protocol(Flushable):
     cdef bint _paused
     cdef Py_ssize_t _counted_octets
     cdef object _abort_timer
+    cdef Py_ssize_t _dropped_octets
 
     cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
     cpdef on_lost(self, str reason)

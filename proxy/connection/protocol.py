@@ -32,6 +32,9 @@ _WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
 # How long a closed connection may take to deliver its last octets.
 _CLOSE_SECONDS: Final = 5.0
 
+# How much it may read meanwhile, and drop: twice the receive window, of which all may have been on its way.
+_CLOSE_OCTETS: Final = 32 << 20
+
 # One for all connections, so that it stays in the processor's cache.
 _READ_BUFFER: Final = bytearray(64 << 10)
 
@@ -63,6 +66,7 @@ class Http2Protocol(Flushable):
         "__weakref__",
         "_abort_timer",
         "_counted_octets",
+        "_dropped_octets",
         "_flusher",
         "_paused",
         "_reading_paused",
@@ -96,6 +100,7 @@ class Http2Protocol(Flushable):
         self._paused = False
         self._counted_octets = 0
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._dropped_octets = 0  # since it was closed
         self._reading_paused = False
         self._serve_scheduled = False
         self.on_refused: Callable[[StreamId, str], None] | None = None
@@ -180,7 +185,11 @@ class Http2Protocol(Flushable):
 
     def _serve(self, buffer: bytearray, octets: int) -> None:
         if self.closed:
-            return  # the peer has not yet seen our close, and TLS still delivers what it had read
+            # The peer has not yet seen our close, and TLS still delivers what it had read.
+            self._dropped_octets += octets
+            if self._dropped_octets > _CLOSE_OCTETS:
+                self.abort()
+            return
         self._flusher.begin_read()
         try:
             self._reads.take(buffer, octets)

@@ -46,6 +46,8 @@ _PREFACE_SECONDS: Final = 10.0
 """Time for the first octets of a connection."""
 _LINGER_SECONDS: Final = 1.0
 """How long data after a refused request is read and dropped."""
+_LINGER_OCTETS: Final = 32 << 20
+"""How much of it."""
 _PROBE_SECONDS: Final = 1.0
 """Time until the first probe of a client that has closed its half; doubled after each probe."""
 _GREATEST_PROBE_SECONDS: Final = 30.0
@@ -345,9 +347,10 @@ class _Server(TCPServer):
         with contextlib.suppress(OSError, RuntimeError):
             if self.writer.can_write_eof():  # asyncio's TLS cannot
                 self.writer.write_eof()
+            left = _LINGER_OCTETS
             async with asyncio.timeout(_LINGER_SECONDS):
-                while await self.reader.read(MAX_RECV):
-                    pass
+                while left > 0 and (dropped := await self.reader.read(MAX_RECV)):
+                    left -= len(dropped)
 
     async def _close(self) -> None:
         with contextlib.suppress(OSError):

@@ -314,6 +314,17 @@ def test_octets_after_the_close_are_ignored(make: EngineFactory) -> None:
 
 
 @each_bare_engine
+def test_a_peer_that_sends_on_after_the_close_is_read_for_twice_its_window(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        pair.server.close("enough")
+        for _ in range(32):
+            pair.server.data_received(bytes(1 << 20))
+        assert not pair.transport.aborted
+        pair.server.data_received(b"x")
+        assert pair.transport.aborted
+
+
+@each_bare_engine
 def test_a_connection_that_fails_does_not_wait_for_the_budget(make: EngineFactory) -> None:
     with Pair(make, queued_octets=1_000) as pair:
         stream = pair.client.request("/x")

@@ -34,6 +34,22 @@ async def test_a_connection_serves_on_after_a_refused_request_with_content() -> 
 
 
 @with_manual_clock
+async def test_a_client_that_sends_on_after_a_malformed_request_is_not_read_without_end() -> None:
+    """The time for it does not pass here: with a fast client, much is read in a second."""
+    async with listening() as it:
+        _, writer = await it.raw(b"GET / HTTP/1.1\r\nno field\r\n\r\n")
+
+        async def send_on() -> None:
+            for _ in range(64):
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await send_on()
+        writer.transport.abort()
+
+
+@with_manual_clock
 @pytest.mark.parametrize("leaves", [False, True])
 async def test_a_refused_request_that_does_not_end_ends_its_connection(leaves: bool) -> None:
     async with listening() as it:
