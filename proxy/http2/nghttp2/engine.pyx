@@ -103,7 +103,7 @@ cdef class Nghttp2Engine(Engine):
 
     def __cinit__(self, *, bint client, limits, handler, frozenset watched_names=frozenset()):
         self.client = client
-        self.guard = FloodGuard()
+        self.guard = FloodGuard(limits.stream_window_octets)
         self.history = StreamHistory(client=client)
         self.frames = FrameReader(self.guard, self.history, client, limits.max_frame_octets, limits.max_continuations)
         self.reader = SectionReader(limits.max_field_section_octets, watched_names)

@@ -209,6 +209,7 @@ cdef class FrameReader:
             return False
         self._continuations = 0
         if kind == DATA:
+            self._guard.charge_late_content(length)  # given back if the stream is live, which the library tells
             if not flags & END_STREAM and (length == 0 or (flags & PADDED and frame[9] == length - 1)):
                 self._guard.charge_empty_data()
         elif kind == PUSH_PROMISE:

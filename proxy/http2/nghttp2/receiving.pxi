@@ -185,6 +185,7 @@ cdef int _on_frame_begins(nghttp2_session *session, const nghttp2_frame_hd *head
     stream = _find(engine, header.stream_id)
     if stream is None:
         return 0
+    engine.guard.credit_live_content(<Py_ssize_t>header.length)
     if not stream.has_head:
         return _reset_over(engine, header.stream_id, PROTOCOL_ERROR, refusals.STREAM_ORDER)
     # The library gives a window back when half of it was acknowledged: less than that needs no look at it.

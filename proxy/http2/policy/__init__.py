@@ -23,6 +23,6 @@ opens more streams than offered, or after our GOAWAY  RST_STREAM REFUSED_STREAM,
 sends HEADERS or DATA after its END_STREAM            connection ends: STREAM_CLOSED
 sends DATA before its response head                   RST_STREAM or connection ends: PROTOCOL_ERROR
 sends on a stream that we reset                       nothing; the connection's window is given back
-sends too much to no effect                           connection ends: ENHANCE_YOUR_CALM
+sends too much to no effect, or on such streams       connection ends: ENHANCE_YOUR_CALM
 ====================================================  ==================================================
 """

@@ -238,6 +238,7 @@ class PortableEngine(SendingEngine):
         if not data and not end:
             self.guard.charge_empty_data()
         if (stream := self._find(stream_id)) is None:
+            self.guard.charge_late_content(octets)
             return self.give_credit(0, self.window, octets)
         _must(stream.receives, AFTER_THE_END, ErrorCode.STREAM_CLOSED)
         if octets:  # a frame without any may come while the window is negative (RFC 9113, 6.9.1)
@@ -259,9 +260,7 @@ class PortableEngine(SendingEngine):
         self.give_credit(0, self.window, octets - len(data))
         stream.owed_octets += octets
         stream.acknowledge(octets if stream.receiver is None else octets - len(data))
-        if data or end:
-            self.tell(stream, f"on_{self.incoming}_data", data, end)
-        return None
+        return self.tell(stream, f"on_{self.incoming}_data", data, end) if data or end else None
 
     def _on_rst_stream(self, _: int, stream_id: StreamId, payload: bytes) -> None:
         self.history.reset(stream_id)

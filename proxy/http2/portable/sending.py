@@ -106,7 +106,7 @@ class SendingEngine(Engine):
         self.client = client
         self.incoming, self.outgoing = ("response", "request") if client else ("request", "response")
         self.limits = limits
-        self.guard = FloodGuard()
+        self.guard = FloodGuard(limits.stream_window_octets)
         self.history = StreamHistory(client=client)
         self.streams: dict[StreamId, PortableStream] = {}  # the live ones
         self.unfinished: list[PortableStream] = []  # those that were live when the connection failed

@@ -9,6 +9,7 @@ from proxy.http2.events import ErrorCode
 from proxy.http2.policy.faults import ConnectionFault
 from proxy.http2.policy.flood import FloodGuard
 
+WINDOW = 1 << 20
 Charge: TypeAlias = Callable[[FloodGuard], object]
 Credit: TypeAlias = Callable[[FloodGuard], object]
 
@@ -22,7 +23,7 @@ def passes(charge: Callable[[], object]) -> bool:
 
 
 def lasts(charge: Charge, credit: Credit, rounds: int) -> bool:
-    guard = FloodGuard()
+    guard = FloodGuard(WINDOW)
     for _ in range(rounds):
         if not passes(lambda: charge(guard)):
             return False
@@ -41,6 +42,7 @@ def nothing(_: FloodGuard) -> None:
         (FloodGuard.charge_control_frame, 2_000),
         (FloodGuard.charge_empty_data, 500),
         (FloodGuard.charge_settings, 100),
+        (lambda guard: guard.charge_late_content(1 << 20), 32),
     ],
 )
 def test_an_account_without_credit_runs_out(charge: Charge, most: int) -> None:
@@ -52,6 +54,8 @@ def test_an_account_without_credit_runs_out(charge: Charge, most: int) -> None:
     ("charge", "credit"),
     [
         (FloodGuard.charge_reset, FloodGuard.credit_response),
+        (lambda guard: guard.charge_late_content(WINDOW), FloodGuard.credit_head),
+        (lambda guard: guard.charge_late_content(WINDOW), lambda guard: guard.credit_live_content(WINDOW)),
         (FloodGuard.charge_control_frame, FloodGuard.credit_read),
         (FloodGuard.charge_control_frame, FloodGuard.credit_head),
         (FloodGuard.charge_control_frame, lambda guard: guard.credit_content(1, 1)),
@@ -64,7 +68,7 @@ def test_an_account_lasts_as_long_as_it_is_credited_what_it_is_charged(charge: C
 
 
 def test_content_is_credited_by_its_octets() -> None:
-    guard = FloodGuard()
+    guard = FloodGuard(WINDOW)
     for _ in range(2_000):
         guard.charge_control_frame()
     guard.credit_content(16_384, 1)
@@ -73,7 +77,7 @@ def test_content_is_credited_by_its_octets() -> None:
 
 
 def test_credit_never_exceeds_the_initial_amount() -> None:
-    guard = FloodGuard()
+    guard = FloodGuard(WINDOW)
     for _ in range(1_000):
         guard.credit_read()
         guard.credit_head()
@@ -81,10 +85,11 @@ def test_credit_never_exceeds_the_initial_amount() -> None:
         guard.credit_response()
     assert sum(passes(guard.charge_control_frame) for _ in range(5_000)) == 2_000
     assert sum(passes(guard.charge_reset) for _ in range(5_000)) == 1_000
+    assert sum(passes(lambda: guard.charge_late_content(WINDOW)) for _ in range(50)) == 32
 
 
 def test_accounts_are_independent() -> None:
-    guard = FloodGuard()
+    guard = FloodGuard(WINDOW)
     while passes(guard.charge_reset):
         pass
     assert passes(guard.charge_control_frame)
