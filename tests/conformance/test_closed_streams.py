@@ -24,7 +24,7 @@ from tests.support.peers.raw import (
     line,
 )
 
-PROTOCOL_ERROR, STREAM_CLOSED, CANCEL = 1, 5, 8
+PROTOCOL_ERROR, STREAM_CLOSED, CANCEL, CALM = 1, 5, 8, 11
 
 LATE: dict[str, Callable[[RawPeer, int], Frame | bytes]] = {
     "DATA": lambda peer, stream_id: peer.data(stream_id, b"late"),
@@ -167,11 +167,9 @@ def test_a_frame_after_the_end_of_a_response_is_a_connection_error(
         assert_connection_failed(peer, peer.send(late(peer, 1)), STREAM_CLOSED)
 
 
-@each_engine
-@pytest.mark.parametrize("client", [True, False])
-def test_frames_that_crossed_our_reset_are_discarded(make: EventFactory, client: bool) -> None:
-    """The field sections still count for HPACK, and the content for the connection's window (RFC 9113, 5.1)."""
-    peer = RawPeer(make, engine_is_client=client, limits=Limits(connection_window_octets=65_535))
+def reset_by_us(make: EventFactory, client: bool, limits: Limits) -> RawPeer:
+    """Return a peer of an engine that has reset its stream 1, of which the peer knows nothing yet."""
+    peer = RawPeer(make, engine_is_client=client, limits=limits)
     if client:
         peer.asked()
         peer.send(peer.headers(1, RESPONSE))
@@ -179,6 +177,14 @@ def test_frames_that_crossed_our_reset_are_discarded(make: EventFactory, client:
         peer.open(1)
     peer.engine.reset(1, CANCEL)
     peer.take()
+    return peer
+
+
+@each_engine
+@pytest.mark.parametrize("client", [True, False])
+def test_frames_that_crossed_our_reset_are_discarded(make: EventFactory, client: bool) -> None:
+    """The field sections still count for HPACK, and the content for the connection's window (RFC 9113, 5.1)."""
+    peer = reset_by_us(make, client, Limits(connection_window_octets=65_535))
     room = 65_535
     for _ in range(20):
         assert peer.send(peer.data(1, bytes(10_000))) == []
@@ -194,6 +200,28 @@ def test_frames_that_crossed_our_reset_are_discarded(make: EventFactory, client:
         (event,) = peer.open(3, [*REQUEST, line(b"x-new", b"in the table")])
     assert isinstance(event, HeadReceived)
     assert event.fields[-1] == (b"x-new", b"in the table", False)
+
+
+@each_engine
+@pytest.mark.parametrize("client", [False, True])
+def test_content_without_end_on_a_stream_that_we_reset_is_limited(make: EventFactory, client: bool) -> None:
+    peer = reset_by_us(make, client, Limits())
+    for _ in range(32):
+        assert peer.send(*[peer.data(1, bytes(16_384))] * 64) == []
+        peer.take()
+    assert_connection_failed(peer, peer.send(*[peer.data(1, bytes(16_384))] * 65), CALM)
+
+
+@each_engine
+def test_a_window_of_content_that_crosses_each_reset_is_no_flood(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    for stream_id in range(1, 401, 2):
+        peer.open(stream_id)
+        peer.engine.reset(stream_id, CANCEL)
+        peer.take()
+        assert peer.send(*[peer.data(stream_id, bytes(16_384))] * 64) == []
+        peer.take()
+    assert peer.open(401)
 
 
 @each_engine

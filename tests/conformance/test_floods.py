@@ -12,7 +12,7 @@ from tests.support.peers.engines import EventFactory, each_engine
 from tests.support.peers.events import ConnectionFailed, DataReceived, Event, HeadReceived, StreamReset
 from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer, assert_connection_failed, codes, content, line, of
 
-CALM, PROTOCOL_ERROR, INTERNAL_ERROR, CANCEL = 11, 1, 2, 8
+CALM, PROTOCOL_ERROR, INTERNAL_ERROR = 11, 1, 2
 
 ENOUGH = 200_000
 """Frames of any flood after which a connection that is still there has no limit."""
@@ -54,35 +54,6 @@ def test_frames_without_effect_are_limited(make: EventFactory, kind: str) -> Non
 
 def assert_sent_away(peer: RawPeer, events: list[Event]) -> None:
     assert_connection_failed(peer, events, CALM, PROTOCOL_ERROR, INTERNAL_ERROR)
-
-
-@each_engine
-@pytest.mark.parametrize("client", [False, True])
-def test_content_without_end_on_a_stream_that_we_reset_is_limited(make: EventFactory, client: bool) -> None:
-    peer = RawPeer(make, engine_is_client=client)
-    if client:
-        peer.asked()
-        peer.send(peer.headers(1, RESPONSE))
-    else:
-        peer.open(1)
-    peer.engine.reset(1, CANCEL)
-    peer.take()
-    for _ in range(32):
-        assert peer.send(*[peer.data(1, bytes(16_384))] * 64) == []
-        peer.take()
-    assert_connection_failed(peer, peer.send(*[peer.data(1, bytes(16_384))] * 65), CALM)
-
-
-@each_engine
-def test_a_window_of_content_that_crosses_each_reset_is_no_flood(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=False)
-    for stream_id in range(1, 401, 2):
-        peer.open(stream_id)
-        peer.engine.reset(stream_id, CANCEL)
-        peer.take()
-        assert peer.send(*[peer.data(stream_id, bytes(16_384))] * 64) == []
-        peer.take()
-    assert peer.open(401)
 
 
 @each_engine
