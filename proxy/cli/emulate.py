@@ -27,7 +27,6 @@ from proxy.cli.emulate_options import (
     check_host,
     check_names,
     check_ports,
-    is_account,
     limit_option,
     read_grants,
     read_https,
@@ -206,7 +205,7 @@ def _from_file(context: click.Context, config: Path, options: Collection[str]) -
     mistakes.raise_found()
     apps = {service.name: echo if service.app is None else _load(service.app) for service in found.services}
     google, services = project.build(found, apps)
-    callers = (grant.caller for grant in found.grants if is_account(grant.caller))
+    callers = accounts_among(grant.caller for grant in found.grants)
     return google, services, tuple(dict.fromkeys((*found.accounts, *callers))), found.users, found.front_end
 
 
@@ -239,7 +238,7 @@ def _from_options(
     google.pod = pod
     members = invokers or (google.metadata_account,)
     accounts = accounts_among(members)
-    callers = [grant.caller for grant in grants if is_account(grant.caller)]
+    callers = accounts_among(grant.caller for grant in grants)
     with mistakes:
         app = echo if application is None else _load(application)
     with mistakes:

@@ -27,7 +27,6 @@ __all__ = [
     "check_host",
     "check_names",
     "check_ports",
-    "is_account",
     "limit_option",
     "read_grants",
     "read_https",
@@ -153,11 +152,6 @@ def temporary_directory() -> tempfile.TemporaryDirectory[str]:
 
 
 def accounts_among(members: Iterable[str]) -> list[str]:
-    """Return those of the members of a policy that may be accounts: e-mails, with or without `serviceAccount:`."""
+    """Return the e-mails of those members of a policy that may be accounts, which may have a key."""
     emails = (member.removeprefix("serviceAccount:") for member in members)
     return [email for email in emails if "@" in email and ":" not in email]
-
-
-def is_account(caller: str) -> bool:
-    """True if a caller is an account with an e-mail, which may have a key; federated principals may not."""
-    return "@" in caller and not caller.startswith(("principal://", "principalSet://"))

@@ -30,14 +30,19 @@ class Settled:
         self.refused += problems
 
 
+def take_three(reloads: Reloads, its: socket.socket) -> None:
+    """Give it settings of the supervisor three times, with a drain timeout of 1, 2 and 3 s."""
+    for seconds in (1.0, 2.0, 3.0):
+        reloads.take_settings(Channel(its, []), plain_settings(drain_timeout=seconds).to_json().encode())
+
+
 @pytest.mark.asyncio
 async def test_settings_of_the_supervisor_are_taken_in_their_order() -> None:
     worker = Settled()
     reloads = Reloads(worker, asyncio.get_running_loop(), None)
     ours, its = socket.socketpair()
     with ours, its:
-        for seconds in (1.0, 2.0, 3.0):
-            reloads.take_settings(Channel(its, []), plain_settings(drain_timeout=seconds).to_json().encode())
+        take_three(reloads, its)
         await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
         assert worker.drain_timeouts == [1.0, 2.0, 3.0]
         assert ours.recv(10) == SETTINGS_TAKEN * 3
@@ -49,8 +54,7 @@ async def test_after_the_end_no_settings_are_put_in_force() -> None:
     reloads = Reloads(worker, asyncio.get_running_loop(), None)
     ours, its = socket.socketpair()
     with ours, its:
-        for seconds in (1.0, 2.0, 3.0):
-            reloads.take_settings(Channel(its, []), plain_settings(drain_timeout=seconds).to_json().encode())
+        take_three(reloads, its)
         await asyncio.sleep(0)  # the first ones are being read in a thread, and the others wait
         await reloads.close()
         await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))

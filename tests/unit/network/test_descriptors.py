@@ -30,20 +30,17 @@ def test_the_soft_limit_is_raised() -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
 
 
-@pytest.mark.parametrize(("limit", "first_reserved"), [(1024, 992), (128, 96), (100, 75)])
-def test_the_last_descriptors_are_reserved(limit: int, first_reserved: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "to_service", "first_reserved"),
+    [(1024, False, 992), (128, False, 96), (100, False, 75), (1024, True, 1008), (128, True, 112), (100, True, 88)],
+)
+def test_services_get_half_of_the_last_descriptors_and_clients_none(
+    limit: int, to_service: bool, first_reserved: int
+) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    assert not is_reserved(first_reserved - 1, to_service=False)
-    assert is_reserved(first_reserved, to_service=False)
-
-
-@pytest.mark.parametrize(("limit", "first_reserved"), [(1024, 1008), (128, 112), (100, 88)])
-def test_services_get_half_of_what_clients_may_not_use(limit: int, first_reserved: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    assert not is_reserved(first_reserved - 1, to_service=True)
-    assert is_reserved(first_reserved, to_service=True)
+    assert not is_reserved(first_reserved - 1, to_service=to_service)
+    assert is_reserved(first_reserved, to_service=to_service)
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(31, True), (32, False)])
